@@ -6,7 +6,6 @@ import base64
 import http.client
 import json
 import ssl
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from ctflow.core.errors import DestinationDown, PeerRefused, SettingsInvalid
 from ctflow.dicom.read.structure import meta_information
 from ctflow.dicomweb.stored import MEDIA_TYPE, word_of_answer
 from ctflow.node.access.secret import read_secret_line
+from ctflow.node.deliver.deadline import ended_after
 from ctflow.node.deliver.send import ANSWER_S, Channel
 from ctflow.node.tls import TlsContext
 
@@ -191,8 +191,9 @@ class _Server:
         try:
             with suppress(BrokenPipeError, ConnectionResetError, ssl.SSLError):  # it may have answered before the end
                 self._connection.request(method, path, body, everything)
-            answer = self._connection.getresponse()
-            content = self._content(answer)
+            with ended_after(ANSWER_S, self._connection.sock):
+                answer = self._connection.getresponse()
+                content = _whole(answer)
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise self._down(error, "no-answer") from error
@@ -202,14 +203,6 @@ class _Server:
                 f"{self.target.url} denies access ({answer.status}): check its credentials", reason="access-denied"
             )
         return answer.status, content
-
-    def _content(self, answer: http.client.HTTPResponse) -> bytes:
-        content, until = b"", time.monotonic() + ANSWER_S
-        while piece := answer.read1(_BLOCK):
-            content += piece
-            if len(content) > _LARGEST_ANSWER or time.monotonic() > until:
-                raise http.client.HTTPException("its answer is too long or too slow")
-        return content
 
     def _judge(self, file: str, uid: str, status: int, content: bytes) -> str:
         if status in _BUSY:
@@ -231,6 +224,15 @@ class _Server:
         if reason == "no-answer":
             return DestinationDown(f"{self.target.url} does not answer ({why})", reason="no-answer")
         return DestinationDown(f"{self.target.url} cannot be reached ({why})", reason="no-connection")
+
+
+def _whole(answer: http.client.HTTPResponse) -> bytes:
+    content = answer.read(_LARGEST_ANSWER + 1)
+    if len(content) > _LARGEST_ANSWER:
+        raise http.client.HTTPException("its answer is too long")
+    if answer.length:  # bytes that were promised; a part of an answer is none
+        raise http.client.HTTPException("its answer breaks off")
+    return content
 
 
 def _said(error: Exception) -> str:

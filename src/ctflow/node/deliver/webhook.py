@@ -6,14 +6,11 @@ import hashlib
 import hmac
 import http.client
 import json
-import socket
 import ssl
-import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,6 +21,7 @@ from ctflow import __version__
 from ctflow.core.errors import DestinationDown, PeerRefused, SettingsInvalid
 from ctflow.dicom.attributes import PARSE_ERRORS, text
 from ctflow.node.access.secret import read_secret_file
+from ctflow.node.deliver.deadline import ended_after
 from ctflow.node.deliver.send import ANSWER_S, Channel
 from ctflow.node.settings.webhooks import Webhook
 from ctflow.node.tls import tls_failure
@@ -135,28 +133,18 @@ class _Posting:
         parts = urlsplit(self.webhook.url)
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         connection = self._connection or self.connect()
-        opened = connection.sock
-        # A server that answers a byte a minute must not hold the thread for ever.
-        watchdog = threading.Timer(ANSWER_S, partial(_shut, opened))
-        watchdog.daemon = True
-        watchdog.start()
+        connection.sock.settimeout(ANSWER_S)
         try:
-            opened.settimeout(ANSWER_S)
-            connection.request("POST", path, body, dict(headers))
-            response = connection.getresponse()
-            response.read(_LARGEST_ANSWER)
+            with ended_after(ANSWER_S, connection.sock):
+                connection.request("POST", path, body, dict(headers))
+                response = connection.getresponse()
+                response.read(_LARGEST_ANSWER)
         except (OSError, http.client.HTTPException) as error:
             what = type(error).__name__
             raise DestinationDown(f"{self.webhook.name} did not answer ({what})", reason="no-answer") from error
         finally:
-            watchdog.cancel()
             self.close()
         return response.status
-
-
-def _shut(opened: socket.socket) -> None:
-    with suppress(OSError):  # it has ended
-        opened.shutdown(socket.SHUT_RDWR)
 
 
 def idempotency_key(folder: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -12,6 +13,7 @@ import pytest
 from certificate_support import Authority
 from ctflow.core.errors import DestinationDown, PeerRefused, SettingsInvalid
 from ctflow.dicomweb.stored import StoredWord, word_of_answer
+from ctflow.node.deliver import stow
 from ctflow.node.deliver.stow import Credentials, StowTarget
 from ctflow.node.settings.groups import Destination
 from ctflow.node.settings.tls import ClientTls, PageTls
@@ -49,6 +51,8 @@ class Server:
         self.answers = [(200, answer([item()]))]
         self.requests: list[tuple[str, str, dict, bytes]] = []
         self.closes = False
+        self.promises = 0  # bytes more than there are
+        self.pause_s = 0.0  # before each byte
 
 
 @contextmanager
@@ -62,9 +66,12 @@ def serving(server: Server):
             status, content = server.answers.pop(0) if len(server.answers) > 1 else server.answers[0]
             self.send_response(status)
             self.send_header("Content-Type", "application/dicom+json")
-            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Content-Length", str(len(content) + server.promises))
             self.end_headers()
-            self.wfile.write(content)
+            step = 1 if server.pause_s else max(len(content), 1)
+            for start in range(0, len(content), step):
+                time.sleep(server.pause_s)
+                self.wfile.write(content[start : start + step])
             self.close_connection = server.closes
 
         def do_OPTIONS(self) -> None:
@@ -167,6 +174,19 @@ def test_a_server_that_closed_an_idle_connection_is_asked_again(server, url, fol
         for _ in range(3):
             assert channel.send(folder, "segmentation.dcm") == ""
     assert len(server.requests) == 3
+
+
+def test_a_part_of_an_answer_is_none(server, url, folder):
+    server.promises, server.closes = 100, True
+    with raises_reason(DestinationDown, "no-answer", names="breaks off"):
+        send(url, folder)
+
+
+def test_an_answer_of_a_byte_now_and_then_holds_nothing(server, url, folder, monkeypatch):
+    monkeypatch.setattr(stow, "ANSWER_S", 1.0)
+    server.pause_s = 0.1  # each byte is in time, the answer is not
+    with raises_reason(DestinationDown, "no-answer", names="too slow"):
+        send(url, folder)
 
 
 def test_nobody_answers(folder):
