@@ -189,9 +189,9 @@ def case_folders(folder: Path) -> list[Path]:
     Raises:
         NoUsableSeries: There is no case, or no such folder.
     """
-    if _is_case(folder):
-        return [folder]
     try:
+        if _is_case(folder):
+            return [folder]
         cases = [path for path in folder.iterdir() if _is_case(path)]
     except OSError as error:
         raise NoUsableSeries(

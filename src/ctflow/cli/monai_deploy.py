@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ctflow.core.entry_point import exit_code_of
@@ -133,8 +133,10 @@ def _split(words: Sequence[str]) -> tuple[Path, list[str]]:
         raise SettingsInvalid(
             f"exec needs one application folder or file, {found}: exec app -i DIR -o OUT", reason="no-application"
         )
-    path = Path(applications[0])
-    if not (path / "__main__.py").is_file() and not path.is_file():
+    path, is_there = Path(applications[0]), False
+    with suppress(OSError):  # a folder above it that may not be entered, a name that is too long
+        is_there = (path / "__main__.py").is_file() or path.is_file()
+    if not is_there:
         raise SettingsInvalid(
             f"exec: {path} is neither a Python file nor a folder with a __main__.py", reason="no-application"
         )

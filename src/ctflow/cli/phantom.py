@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pydicom
 from pydicom.dataset import Dataset
 
 from ctflow import __version__
+from ctflow.core.atomic import make_output_folder
 from ctflow.core.errors import NotWritten, SettingsInvalid
 from ctflow.core.model import Code, ModelSpec, NetworkSpec, Segment
 from ctflow.core.progress import Progress
@@ -70,6 +72,7 @@ def write_phantom(folder: Path, seed: int, shape: Size3, *, tumours: int | None 
         phantom = phantom_from_seed(seed, shape, tumours=tumours, varied=varied)
     except ValueError as error:
         raise SettingsInvalid(f"phantom: {error}", reason="invalid-value") from error
+    make_output_folder(folder)
     if tumours is not None and len(phantom.tumours) < tumours:
         log.warning("only %d of %d tumours found a place in this chest", len(phantom.tumours), tumours)
     paths = _write_ct(phantom, folder / "ct", seed)
@@ -81,7 +84,7 @@ def write_phantom(folder: Path, seed: int, shape: Size3, *, tumours: int | None 
 
 
 def _check_absent(folder: Path) -> None:
-    if (folder / "ct").exists():
+    if os.path.lexists(folder / "ct"):
         raise NotWritten(f"{folder / 'ct'} exists already: choose another folder or remove it", reason="already-there")
 
 

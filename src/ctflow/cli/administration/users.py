@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -104,7 +105,7 @@ def _users(config: Path | None, file: Path | None) -> tuple[Path, dict[str, User
         place = read_settings(config, read_environment()).web.users_file
     if place is None:
         raise SettingsInvalid("give the file of users: --file, or -c with web.users_file", reason="usage")
-    return place, read_users(place) if place.exists() else {}
+    return place, read_users(place) if os.path.lexists(place) else {}
 
 
 def _password() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -208,17 +209,29 @@ def _scanned(
     return Scan(folder, tuple(instances), tuple(unreadable), ignored)
 
 
+def _require_folder(folder: Path) -> None:
+    what = "is not a folder"
+    try:
+        if stat.S_ISDIR(folder.stat().st_mode):
+            return
+    except (FileNotFoundError, NotADirectoryError):
+        what = "does not exist"
+    except OSError as error:  # a folder above it that may not be entered, a name that is too long
+        raise _unlistable(error) from error
+    raise NoUsableSeries(f"the input {what}: give the folder that contains the DICOM files", reason="not-a-folder")
+
+
+def _unlistable(error: OSError) -> NoUsableSeries:
+    return NoUsableSeries(f"the input folder cannot be listed: {error.strerror}", reason="folder-unreadable")
+
+
 def _files_by_folder(folder: Path) -> Iterator[list[Path]]:
-    if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "does not exist"
-        raise NoUsableSeries(f"the input {what}: give the folder that contains the DICOM files", reason="not-a-folder")
+    _require_folder(folder)
     seen: set[tuple[int, int]] = set()
 
     def refuse(error: OSError) -> None:
         if Path(error.filename) == folder:
-            raise NoUsableSeries(
-                f"the input folder cannot be listed: {error.strerror}", reason="folder-unreadable"
-            ) from error
+            raise _unlistable(error) from error
 
     for top, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
         try:
