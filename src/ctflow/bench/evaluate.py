@@ -117,7 +117,7 @@ def evaluate_folder(
 
     Raises:
         SettingsInvalid: The model marks several segments.
-        NoUsableSeries: The folder holds no case.
+        NoUsableSeries: The folder holds no case, or that of results cannot be listed.
         ResourceError: An engine cannot be opened.
         ModelError: An engine cannot be made from the model.
         OutputError: The cache of engines cannot be written.
@@ -265,6 +265,12 @@ def _found(
 
 def _folders_of_results(results: Path) -> Mapping[str, Sequence[Path]]:
     """The folders with a SEG in the output of `run` or of `cohort run`, which has one of each row in its `results`."""
+    try:
+        next(results.iterdir(), None)
+    except OSError as error:
+        raise NoUsableSeries(
+            f"the folder of --results cannot be listed: {error.strerror}", reason="folder-unreadable"
+        ) from error
     found: dict[str, list[Path]] = {}
     for folders in ("*", "*/*", "results/*/*"):
         for path in results.glob(f"{folders}/segmentation.dcm"):

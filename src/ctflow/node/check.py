@@ -55,7 +55,10 @@ def opened(settings: ServiceSettings, run: Settings, place_of: Callable[[Loc], s
     Raises:
         CtflowError: One cannot be opened: the error with which the node would end or refuse every instance.
     """
-    yield _data_folder(settings)
+    try:
+        yield _data_folder(settings)
+    except OSError as error:  # of a folder that may not be entered
+        raise output_error_from_oserror(error, "the data folder", _REMEDY) from error
     if settings.copy_to is not None:
         yield _copies(settings.copy_to)
     for webhook in settings.webhooks:
@@ -201,7 +204,7 @@ def _write_to(file: Path) -> None:
 
 
 def _copies(folder: Path) -> str:
-    if not folder.is_dir():
+    if not os.path.lexists(folder):
         raise NotWritten("the folder for copies (copy_to) does not exist: create or mount it", reason="copies-folder")
     _write_in(folder, "the folder for copies (copy_to)")
     return "can write to the folder for copies"

@@ -352,6 +352,9 @@ def test_results_of_an_earlier_run_are_compared_without_segmenting(write_case, m
     assert case["dice"] == pytest.approx(2 * 75 / (75 + 100))
     assert case["lesions"][0]["hit"]
     assert (case["seconds"], document["engine"]) == (None, None)
+    with raises_reason(NoUsableSeries, "folder-unreadable", names="--results"):
+        evaluate_folder(folder, model, CPU, results=tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").mkdir()
     document = evaluate_folder(folder, model, CPU, results=tmp_path / "elsewhere")
     assert document["cases"][0]["error"]["reason"] == "no-result"
     cohort = tmp_path / "cohort"

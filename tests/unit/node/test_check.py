@@ -125,8 +125,9 @@ def test_folders_that_cannot_be_used_are_named_errors(settings, tmp_path):
     with raises_reason(NotWritten, "copies-folder", names="copy_to"):
         list(opened(replace(settings, copy_to=tmp_path / "absent"), RUN))
     (tmp_path / "file").write_text("")
-    with raises_reason(NotWritten, "unwritable", names="the data folder"):
-        list(opened(replace(settings, data=tmp_path / "file" / "data"), RUN))
+    for data in (tmp_path / "file" / "data", tmp_path / ("x" * 300)):
+        with raises_reason(NotWritten, "unwritable", names="the data folder"):
+            list(opened(replace(settings, data=data), RUN))
     with raises_reason(StorageFull, "disk-full", names="limits.free_disk"):
         list(opened(replace(settings, limits=Limits(free_disk=10**18)), RUN))
 

@@ -58,7 +58,7 @@ def back_up(data: Path, target: Path, *, copy: bool = False) -> dict[str, Any]:
         SettingsInvalid: There is no journal, or the target exists or lies in the data folder.
         OutputError: The backup cannot be written; nothing of it remains.
     """
-    opened_reader_of(data)
+    opened_reader(data).close()  # there is a journal, of this version
     if os.path.lexists(target):
         raise SettingsInvalid("the folder of the backup exists: name another one", reason="backup-place")
     if target.resolve().is_relative_to(data.resolve()):
@@ -86,13 +86,6 @@ def back_up(data: Path, target: Path, *, copy: bool = False) -> dict[str, Any]:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
     return document
-
-
-def opened_reader_of(data: Path) -> None:
-    """Check that the data folder has a journal of this version; errors as of `opened_reader`."""
-    if not (data / JOURNAL_FILE).exists():
-        raise SettingsInvalid("data: there is no journal in this folder: name the node's", reason="journal")
-    opened_reader(data).close()
 
 
 def _document(count: _Count) -> dict[str, Any]:

@@ -100,8 +100,7 @@ def prune(data: Path, retention: Retention, *, dry_run: bool, most_wait_s: float
         SettingsInvalid: There is no journal, or one of another version.
         OutputError: It cannot be written, or the node did not answer.
     """
-    if not (data / JOURNAL_FILE).exists():
-        raise SettingsInvalid("data: there is no journal in this folder: name the node's", reason="journal")
+    _require_journal(data)
     if dry_run:
         reader = opened_reader(data)
         try:
@@ -119,12 +118,24 @@ def prune(data: Path, retention: Retention, *, dry_run: bool, most_wait_s: float
             journal.close()
 
 
+def _require_journal(data: Path) -> None:
+    try:
+        (data / JOURNAL_FILE).stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise SettingsInvalid("data: there is no journal in this folder: name the node's", reason="journal") from error
+    except OSError as error:  # the node's folder is closed to other users
+        raise SettingsInvalid(
+            f"data: the folder cannot be entered ({error.strerror}): start as the node's user", reason="missing-folder"
+        ) from error
+
+
 def opened_reader(data: Path) -> JournalReader:
     """The journal of a data folder, to read only.
 
     Raises:
-        SettingsInvalid: It cannot be read, or another version of ctflow has written it.
+        SettingsInvalid: There is none, it cannot be read, or another version of ctflow has written it.
     """
+    _require_journal(data)
     reader = JournalReader(data / JOURNAL_FILE)
     try:
         found = reader.look(schema_version)

@@ -125,3 +125,5 @@ def test_a_place_that_will_not_do_is_named(ward, tmp_path):
         back_up(ward.settings.data, ward.settings.data / "backup")
     with raises_reason(SettingsInvalid, "journal"):
         back_up(tmp_path / "there", tmp_path / "backup")
+    with raises_reason(SettingsInvalid, "missing-folder", names="data"):  # as a folder that is closed to this user
+        back_up(tmp_path / ("x" * 300), tmp_path / "backup")
