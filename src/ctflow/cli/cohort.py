@@ -80,8 +80,8 @@ def _manifest_of_tree(folder: Path, output: Path, *, relative: bool, digests: bo
 
 
 def _others(found: Survey) -> str:
-    kinds = f"{found.others} of other objects, {found.unreadable} damaged, {found.ignored} that are not DICOM"
-    return f"files left out: {kinds}"
+    unreadable = f"{found.unreadable} that cannot be read"
+    return f"files left out: {found.others} of other objects, {unreadable}, {found.ignored} that are not DICOM"
 
 
 @cohort.command("run")

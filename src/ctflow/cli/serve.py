@@ -106,9 +106,9 @@ def rules_document(
     scan = scan_folder(folder)
     verdicts = {model: _verdicts(scan, settings, model, calling_ae) for model in settings.models or (None,)}
     if not all(verdicts.values()):
-        damaged = f" ({len(scan.unreadable)} damaged)" if scan.unreadable else ""
+        unreadable = f" ({len(scan.unreadable)} cannot be read)" if scan.unreadable else ""
         raise NoUsableSeries(
-            f"the folder contains no DICOM series{damaged}: give a folder with series to try the rules on",
+            f"the folder contains no DICOM series{unreadable}: give a folder with series to try the rules on",
             reason="no-dicom",
         )
     return {
