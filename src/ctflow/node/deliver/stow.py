@@ -132,7 +132,6 @@ class _Server:
         except (OSError, http.client.HTTPException, UnicodeError) as error:  # the last: of a name that is none
             raise self._down(error) from error
         self._connection.sock.settimeout(ANSWER_S)
-        self._connection.timeout = ANSWER_S  # where it connects again, after a server that closes
 
     def close(self) -> None:
         """Close."""
@@ -186,6 +185,8 @@ class _Server:
         """
         if self._connection is None:
             raise DestinationDown(f"{self.target.url} closed the connection", reason="no-answer")
+        if self._connection.sock is None:  # its last answer said that it would close
+            self.connect()
         path = f"{urlsplit(self.target.url).path.rstrip('/')}/studies"
         everything = {"Accept": MEDIA_TYPE, **self._headers, **headers}
         try:
